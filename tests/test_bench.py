@@ -344,7 +344,7 @@ def test_the_table_is_markdown_and_names_what_differs():
     assert len({len(line) for line in lines}) == 1
     assert caption(rows) == (
         "train, batch 2, 16x16, channels-last, fused SGD, compile off, a CPU (2 threads), torch 2.13.0, "
-        "2 round(s) in turns"
+        "2 rounds in turns"
     )
 
 
@@ -599,7 +599,7 @@ def test_the_stages_of_an_image_and_the_cores_that_a_device_needs(tmp_path):
     assert stages[2] == "  decode, crop and resize it      800 us"
     assert needed == (
         "To keep the device busy, 20,000 images a second must be ready: 20.0 cores at 1,000 img/s a core. This recipe "
-        "has no decoding worker(s)."
+        "has no decoding workers."
     )
     assert all(len(line) <= 80 for line in stages)
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tokenize
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -274,4 +275,17 @@ def test_results_are_there_before_any_picture(hostile, tmp_path, monkeypatch, ca
 
 def test_one_of_a_thing_and_several():
     assert [text.counted(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
-    assert [text.counted(2, noun) for noun in ("class", "box", "epoch")] == ["2 classes", "2 boxes", "2 epochs"]
+    assert [text.counted(2, noun) for noun in ("class", "box", "branch")] == ["2 classes", "2 boxes", "2 branches"]
+    assert [text.counted(2, noun) for noun in ("epoch", "damaged line")] == ["2 epochs", "2 damaged lines"]
+
+
+def test_no_message_counts_thing_s():
+    """``counted`` is there for it."""
+    source = Path(text.__file__).parent
+    found = [
+        f"{path.relative_to(source)}:{token.start[0]}"
+        for path in source.rglob("*.py")
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+        if token.type == tokenize.STRING and re.search(r"[a-z]{3}\((s|es)\)", token.string)
+    ]
+    assert found == []

@@ -623,7 +623,7 @@ def test_the_command_fails_where_a_run_failed(stand_in, monkeypatch, capsys):
         main()
     printed = capsys.readouterr()
     assert stopped.value.code == 1
-    assert "error: 1 run(s) failed; repeat the command to try them again: se, seed 0: the loss is nan" in printed.err
+    assert "error: 1 run failed; repeat the command to try them again: se, seed 0: the loss is nan" in printed.err
     assert json.loads(printed.out)["folder"] == "runs/twins-small"
     assert [row["gate"] for row in json.loads(printed.out)["rows"]] == ["none", "se"]
 
@@ -998,7 +998,7 @@ def test_diverging_runs_do_not_stop_the_others(excite):
     assert all("not all values in" in f["reason"] or "the loss is" in f["reason"] for f in report["failures"])
     begun, told = done.stderr.splitlines()
     assert begun.endswith(" ...")
-    assert told.startswith("error: 2 run(s) failed")
+    assert told.startswith("error: 2 runs failed")
 
 
 @pytest.mark.parametrize(

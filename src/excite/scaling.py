@@ -287,8 +287,8 @@ def predict(work: Workload, assumed: Assumptions, devices: int, batch_per_device
     parts = work.recipe.train.grad_accumulation
     if batch % (devices * parts):
         raise ExciteError(
-            f"a batch of {batch} cannot be divided among {devices} devices in {parts} part(s): give --batch-per-device "
-            "(and scale the learning rate with the batch), or other numbers of devices"
+            f"a batch of {batch} cannot be divided among {devices} devices in {counted(parts, 'part')}: give "
+            "--batch-per-device (and scale the learning rate with the batch), or other numbers of devices"
         )
     local = batch / devices
     compute = compute_ms(work, assumed, local)
@@ -397,7 +397,7 @@ def measure_steps(
     found: dict[tuple[int, int], StepTimes] = {}
     for world, batch in [(1, half), *((w, batch_per_device) for w in sorted({1, *worlds}))]:
         if progress is not None:
-            progress(f"measuring {world} device(s) with {batch} images each")
+            progress(f"measuring {counted(world, 'device')} with {counted(batch, 'image')} each")
         recipe = _for_timing(work.recipe, world * batch)
         order: Job = {
             "recipe": recipe.to_yaml(),

@@ -39,7 +39,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """ "1 image", "2 images", "1,234 classes"."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "nch")) else "s"
     return f"{number:,} {noun}{ending}"
 
 

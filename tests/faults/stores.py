@@ -195,7 +195,7 @@ def _away(store: Store, times: int, modes: tuple[str, str], seed: int) -> Row:
         trained = (run / "results.json").is_file()
         if last.statuses == [0]:
             by_itself += 1
-        elif last.statuses == [1] and not ("could not be reached" in last.said or "could not be uploaded" in last.said):
+        elif last.statuses == [1] and not ("could not be reached" in last.said or "could not upload" in last.said):
             row.wrong += 1
             row.examples.append(f"{what}: said {last.said}")
         elif not trained and any(run.glob("checkpoints/step-*")):

@@ -128,7 +128,7 @@ def test_the_command_line(ungated_run, command_line, tmp_path):
     words = ["graft", ungated_run, "--at", "layer3", "--option", "reduction=8", "--out", "a.safetensors"]
     text = command_line(*words)
     assert "layer3.2" in text
-    assert "3 block(s) of cifar_resnet20" in text
+    assert "3 blocks of cifar_resnet20" in text
     assert "on 8 random images (normal noise): 0 (fp32" in " ".join(text.split())
     assert read_own(tmp_path / "a.safetensors").meta["model"]["args"]["gate"]["reduction"] == 8
     kept = (tmp_path / "a.safetensors").read_bytes()

@@ -376,9 +376,7 @@ def test_networks_that_no_gate_can_go_into():
         ExciteError, match=r"no place for a gate was found in Tokens .*\(N, L, C\).*, such as at=\['patches'\]$"
     ):
         graft(networks.Tokens())
-    with pytest.raises(
-        ExciteError, match=r"0 residual branch\(es\) .*; 1 more do not end in a layer that takes a gate"
-    ):
+    with pytest.raises(ExciteError, match=r"0 residual branches .*; 1 more do not end in a layer that takes a gate"):
         graft(networks.UsedTwice())
     with pytest.raises(ExciteError, match="failed with"):
         graft(nn.Bilinear(3, 4, 5))

@@ -376,7 +376,7 @@ def test_who_goes_on_with_a_run_is_its_owner_and_the_other_stops(run, bucket, li
     assert copied(bucket, "runs/r") == there, "two runs are never mixed"
     assert complete_steps(local_names(run)) == [2, 4, 6]
     assert lines[2] == left_behind(run)
-    assert f"5 file(s) of {run} were not uploaded to {url}, which {who} has taken over; to upload" in lines[2]
+    assert f"could not upload 5 files of {run} to {url}, which {who} has taken over; to upload" in lines[2]
 
 
 def test_who_was_taken_over_can_only_sync_to_another_address(run, bucket, b, tmp_path):

@@ -49,7 +49,7 @@ def test_a_folder_comes_once_with_all_its_names_and_changes_are_seen(bucket, rec
     first = stage(f"{bucket.url}/data")
     assert tree(first.path) == ODD
     assert str(first.path).startswith(str(tmp_path / "cache"))
-    assert "5 file(s)" in first.note
+    assert "5 files" in first.note
     assert "5 fetched" in first.note
     asked = len(received)
     second = stage(f"{bucket.url}/data/")

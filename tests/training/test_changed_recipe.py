@@ -153,7 +153,7 @@ def test_frozen_and_thawed_again(run):
     train(None, ["epochs=2", "freeze=[conv1,bn1]"], resume=run, quiet=True)
     train(None, ["epochs=3", "freeze=[]"], resume=run, quiet=True)
     said = (run / "log.txt").read_text()
-    assert "3 parameter(s) that were frozen so far, such as conv1.weight, start without an optimiser state" in said
+    assert "a new optimiser state for 3 parameters frozen so far, such as conv1.weight" in said
 
 
 def test_a_finished_run_says_what_has_no_effect(run, capsys):

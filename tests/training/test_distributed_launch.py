@@ -159,7 +159,7 @@ def test_accelerate_launch(tmp_path):
     process = start(tmp_path, *words, *job, module="accelerate.commands.launch")
     status, out, err = finish(process)
     assert status == 0, err
-    assert "2 process(es)" in out
+    assert "2 processes" in out
     expected = jobs.run_job(jobs.train_small, 2, tmp_path / "expected")[0]["run"]
     assert same(tensors(expected), tensors(next((tmp_path / "runs").iterdir())))
 

@@ -18,6 +18,7 @@ from excite.data.loader import workers_of
 from excite.data.packed import open_bytes
 from excite.recipe import Recipe
 from excite.runtime.device import device_name, make_accelerator, one_thread, synchronize
+from excite.text import counted
 from excite.training.compilation import compile_errors
 from excite.training.setup import Run, set_up
 from excite.training.step import train_step
@@ -220,9 +221,10 @@ def stage_lines(result: Pipeline) -> list[str]:
     lines += [f"  {name:<27}{stages[name]:8,.0f} us" for name in STAGES]
     prepared = sum(stages[name] for name in STAGES[:3])
     wanted = 1e6 / stages[STAGES[4]]
+    workers = counted(result["workers"], "decoding worker") if result["workers"] else "no decoding workers"
     lines.append(
         f"To keep the device busy, {wanted:,.0f} images a second must be ready: {wanted * prepared / 1e6:.1f} cores at "
-        f"{1e6 / prepared:,.0f} img/s a core. This recipe has {result['workers'] or 'no'} decoding worker(s)."
+        f"{1e6 / prepared:,.0f} img/s a core. This recipe has {workers}."
     )
     return lines
 

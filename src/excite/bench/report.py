@@ -11,6 +11,7 @@ from excite.bench.settings import Asked, Setting, SettingValues
 from excite.errors import ExciteError
 from excite.pages import tables
 from excite.size import by_text
+from excite.text import counted
 
 if TYPE_CHECKING:
     from excite.bench.floors import FloorRow
@@ -147,7 +148,7 @@ def caption(rows: Iterable[Row]) -> str:
     shared = [text(good[0]) for _, text in _shown(good) if len({text(row) for row in good}) == 1]
     devices = good[0]["devices"]
     shared += [f"{devices} devices"] if devices > 1 else []
-    return ", ".join([*shared, f"{max(row['rounds'] for row in good)} round(s) in turns"])
+    return ", ".join([*shared, f"{counted(max(row['rounds'] for row in good), 'round')} in turns"])
 
 
 def _shown(good: Sequence[BenchRow]) -> list[tuple[str, Callable[[BenchRow], str]]]:

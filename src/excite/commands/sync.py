@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from excite.commands.common import Json, complete_run
-from excite.text import print_json, printable, show, tell
+from excite.text import counted, print_json, printable, show, tell
 
 
 def sync(
@@ -30,4 +30,4 @@ def sync(
     if as_json:
         print_json({"run": run, "url": address, "uploaded": sent})
     else:
-        show(printable(f"{address} has all of {run}: {sent} file(s) uploaded"))
+        show(printable(f"{address} has all of {run}: {counted(sent, 'file')} uploaded"))

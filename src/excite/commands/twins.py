@@ -8,7 +8,7 @@ import typer
 from excite.commands.beforehand import begin, check_experiment, check_labels, check_recipe
 from excite.commands.common import Json, RecipeWords
 from excite.errors import ExciteError
-from excite.text import print_json
+from excite.text import counted, print_json
 
 
 def twins(
@@ -115,4 +115,6 @@ def twins(
         from excite.twins.report import said_as
 
         failed = "; ".join(f"{said_as(f)}: {f['reason']}" for f in report["failures"])
-        raise ExciteError(f"{len(report['failures'])} run(s) failed; repeat the command to try them again: {failed}")
+        raise ExciteError(
+            f"{counted(len(report['failures']), 'run')} failed; repeat the command to try them again: {failed}"
+        )

@@ -23,6 +23,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from excite.data.worker_context import FEEDER_FAILED
 from excite.errors import ExciteError, first_line, shown_text
 from excite.runtime.waiting import patience
+from excite.text import counted
 
 SHM = "/dev/shm"
 #: Seconds that the exit status of a worker which broke off may take.
@@ -161,7 +162,8 @@ class Watch:
             return f"images: reading {self.path_of(reading[0][1])}" if reading else "images"
         if not reading:
             begun = any(count >= 0 for _, count in now)
-            return f"images from {self.workers} decoding worker(s), which {'read no file' if begun else 'never began'}"
+            workers = counted(self.workers, "decoding worker")
+            return f"images from {workers}, which {'read no file' if begun else 'never began'}"
         listed = ", ".join(f"worker {i + 1} reads {self.path_of(index)}" for i, index in reading[:4])
         more = f", and {len(reading) - 4} more" if len(reading) > 4 else ""
         return f"images: {listed}{more}"

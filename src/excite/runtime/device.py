@@ -27,6 +27,7 @@ from excite.errors import ExciteError, first_line
 from excite.runtime.job import local_world_size, world_size
 from excite.runtime.meeting import meet
 from excite.runtime.waiting import patience
+from excite.text import counted
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,8 +54,8 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
     processes = local_world_size()
     if kind != "cpu" and processes > count:
         raise ExciteError(
-            f"{processes} processes were started on this machine, which only has {count} device(s) of type {kind}; "
-            "start one process per device"
+            f"{processes} processes were started on this machine, which only has {counted(count, 'device')} of type "
+            f"{kind}; start one process per device"
         )
     _forget_other_device(device)
     handlers: list[KwargsHandler] = [] if ddp is None else [ddp]

@@ -38,6 +38,7 @@ from excite.storage.runs import (
     uploads_to,
     write_marker,
 )
+from excite.text import counted
 
 SCAN_SECONDS = 2.0  # between two looks at the folder
 CHANGING_SECONDS = 30.0  # between two copies of a growing file (metrics, log), unless a new checkpoint needs it
@@ -109,7 +110,11 @@ class Mirror:
         self._thread.join(min(seconds, 0.0 if self.problem else SILENT_SECONDS))
         while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
             names = self.unsent()
-            what = f"{len(names)} file(s) to reach {self.url}" if names else f"{self.url} to confirm what was sent"
+            what = (
+                f"{counted(len(names), 'file')} to reach {self.url}"
+                if names
+                else f"{self.url} to confirm what was sent"
+            )
             self._say_safely(f"waiting up to {left:.0f} s for {what} (Ctrl-C: no longer)")
             self._thread.join(min(left, SAY_SECONDS))
 
@@ -299,6 +304,16 @@ class Mirror:
         if before is None:  # deleted since it was listed
             return
         self._still_owns(remote)
+        try:
+            self._put(remote, path, target)
+        except (FileNotFoundError, RemoteError):
+            if _stamp(path) is not None:
+                raise
+            return  # deleted after it was looked at, as a checkpoint that newer ones have replaced
+        self._there.add(name)
+        self._sent[name] = before  # if it has been replaced meanwhile, its stamp differs and it is sent again
+
+    def _put(self, remote: Remote, path: Path, target: str) -> None:
         if remote.is_object_store:
             retried(lambda: remote.fs.put_file(str(path), target), self.url)
         else:
@@ -306,8 +321,6 @@ class Mirror:
             remote.fs.makedirs(parent, exist_ok=True)
             remote.fs.put_file(str(path), f"{parent}/.{last}.part")
             remote.fs.mv(f"{parent}/.{last}.part", target)
-        self._there.add(name)
-        self._sent[name] = before  # if it has been replaced meanwhile, its stamp differs and it is sent again
 
     def _delete_pruned(self, remote: Remote) -> None:
         """Delete the checkpoints there that the run has deleted here, also incomplete ones.
@@ -420,12 +433,10 @@ def left_behind(run: Path) -> str:
     if not marker.get("pending") or uploads_to(run) is None:
         return ""
     command = f"excite sync {shlex.quote(str(run))}"
+    what = f"could not upload {counted(marker['pending'], 'file')} of {run} to {marker['url']}"
     if taken := marker.get("taken"):
-        return (
-            f"{marker['pending']} file(s) of {run} were not uploaded to {marker['url']}, which {taken} has taken over; "
-            f"to upload them to another address: {command} s3://bucket/runs/{run.name}-2"
-        )
-    return f"{marker['pending']} file(s) of {run} could not be uploaded to {marker['url']}; upload them with: {command}"
+        return f"{what}, which {taken} has taken over; to upload to another address: {command} s3://bucket/runs/{run.name}-2"
+    return f"{what}; to upload: {command}"
 
 
 def upload_missing(

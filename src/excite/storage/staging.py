@@ -27,7 +27,7 @@ from excite.storage.address import Remote, RemoteError, is_remote, without_secre
 from excite.storage.connection import connect
 from excite.storage.download import CACHE, LINE_EVERY, Changed, Stored, Workshop, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
-from excite.text import tell
+from excite.text import counted, tell
 
 KEPT_VERSIONS = 2
 RELISTINGS = 3
@@ -87,7 +87,8 @@ def _staged(remote: Remote, entries: Lister, kind: str) -> Staged:
             _drop_old(place, folder)
             size = sum(entry.size or 0 for entry in listed.values())
             done = "unchanged" if not fetched else f"{fetched:,} fetched"
-            note = f"{without_secrets(remote.url)}: {len(listed):,} file(s), {size / 1e6:,.1f} MB, {done}, in {folder}"
+            files = f"{counted(len(listed), 'file')}, {size / 1e6:,.1f} MB, {done}"
+            note = f"{without_secrets(remote.url)}: {files}, in {folder}"
             return Staged(folder / single if single else folder, list(listed), note)
     raise ExciteError(
         f"{remote.url} keeps changing while it is staged (last {changed}): wait until nobody writes there"

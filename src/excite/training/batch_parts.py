@@ -12,6 +12,7 @@ from excite.data import TrainLoader
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.recipe import Recipe
+from excite.text import counted
 
 
 class _OneValue(Exception):
@@ -92,7 +93,7 @@ def _sentence(model: nn.Module, name: str, recipe: Recipe, loader: TrainLoader) 
         why = f"train.batch_size={config.batch_size}" + (f" shared by {' and '.join(shared)}" if shared else "")
         mend = [f"train.batch_size={2 * world * config.grad_accumulation} or more"]
     else:
-        why = f"{len(loader.images)} training images in {world * config.grad_accumulation} part(s)"
+        why = f"{len(loader.images)} training images in {counted(world * config.grad_accumulation, 'part')}"
         mend = ["more training images (data.limit_train?)"]
     mend += ["a smaller train.grad_accumulation"] if config.grad_accumulation > 1 else []
     mend += ["fewer devices", "train.sync_bn=true"] if world > 1 else []

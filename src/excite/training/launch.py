@@ -28,7 +28,7 @@ from excite.recipe import Origin, Recipe
 from excite.runtime.job import cores, in_job, local_rank, rank, world_size
 from excite.runtime.meeting import JobBoard, board, failure
 from excite.runtime.ranks import Ranks
-from excite.text import printable, tell, tell_lines
+from excite.text import counted, printable, tell, tell_lines
 from excite.training.stop import Interrupted
 
 #: Environment variable: the folder in which the processes of :func:`run_on_this_machine` leave their outcome.
@@ -254,7 +254,8 @@ def processes_wanted(recipe: Recipe) -> int:
         return 1 if kind == "cpu" else count
     if kind != "cpu" and devices > count:
         raise ExciteError(
-            f"train.devices is {devices}, but this machine has {count} device(s) of type {kind}; use devices=all"
+            f"train.devices is {devices}, but this machine has {counted(count, 'device')} of type {kind}; use "
+            "devices=all"
         )
     return devices
 

@@ -106,7 +106,7 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     recipe_file = run.folder / "recipe.yaml"
     if resuming:
         if damaged := metrics.rewind(run.step, run.evaluated_at):
-            run.notes.append(f"dropped {damaged} damaged line(s) of {metrics.path.name}")
+            run.notes.append(f"dropped {counted(damaged, 'damaged line')} of {metrics.path.name}")
         if run.changed_since:
             write_text(run.folder / f"recipe-until-step-{run.step}.yaml", run.changed_since)
         write_text(recipe_file, run.recipe.to_yaml())
@@ -123,7 +123,7 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     for line in f"data       {run.data.describe()}".split("\n"):
         display.message(line)
     display.message(
-        f"device     {device_name(run.device)}, {run.accelerator.num_processes} process(es), {run.precision}, "
+        f"device     {device_name(run.device)}, {counted(run.accelerator.num_processes, 'process')}, {run.precision}, "
         f"batch {run.recipe.train.batch_size}, {run.total_steps} steps"
     )
     for note in run.notes:
@@ -401,7 +401,7 @@ def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
         write_text(path, "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed))
     if bad:
         run.display.message(
-            f"{len(bad)} image(s) could not be read and were skipped; see {path} (to stop instead: "
+            f"skipped {counted(len(bad), 'image')} that could not be read; see {path} (to stop instead: "
             "data.on_bad_train=stop data.on_bad_val=stop)"
         )
 

@@ -16,6 +16,7 @@ from excite.errors import ExciteError, first_line, shown
 from excite.files import written_aside
 from excite.recipe import Recipe, as_yaml
 from excite.storage import uploads_to
+from excite.text import counted
 from excite.training import checkpoint as ckpt
 from excite.training.setup import Run
 from excite.weights.locate import EMA, WEIGHTS, checkpoint_steps, step_folder
@@ -287,7 +288,7 @@ def _restore_optimizer(run: Run, saved: ckpt.Saved) -> None:
     )
     if fresh:
         run.notes.append(
-            f"{len(fresh)} parameter(s) that were frozen so far, such as {fresh[0]}, start without an optimiser state"
+            f"a new optimiser state for {counted(len(fresh), 'parameter')} frozen so far, such as {fresh[0]}"
         )
     if not run.scaler.is_enabled():
         return

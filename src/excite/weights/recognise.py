@@ -14,6 +14,7 @@ from excite.models.catalog import VARIANTS, ModelArgs, Variant, list_models
 from excite.models.factory import builder
 from excite.models.factory import model_options as options_of_model
 from excite.size import plain_size
+from excite.text import counted
 from excite.weights.layouts import Anatomy, Layout, Settings, Source, listed
 from excite.weights.prefixes import layout_of
 from excite.weights.prefixes import unwrapped as unwrapped
@@ -280,7 +281,7 @@ def in_words(anatomy: Anatomy) -> str:
     if anatomy.widths:
         words.append(f"of {', '.join(map(str, anatomy.widths))} planes")
     if anatomy.groups > 1 or anatomy.base_width != 64:
-        words.append(f"in {anatomy.groups} group(s) of base width {anatomy.base_width}")
+        words.append(f"in {counted(anatomy.groups, 'group')} of base width {anatomy.base_width}")
     words.append("without gates" if anatomy.gate is None else f"with the gate {anatomy.gate['name']}")
     return " ".join([*words, f"and a {anatomy.stem} stem of {anatomy.stem_width} channels"])
 

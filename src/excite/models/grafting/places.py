@@ -14,6 +14,7 @@ from excite.gates import Gate
 from excite.models.base import Classifier, by_order, match_slots
 from excite.models.grafting.dataflow import DataFlow, Example, Step, evaluating, trace
 from excite.models.grafting.wrapper import Grafted
+from excite.text import counted
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def find_places(model: nn.Module, at: str | Sequence[str], example: Example) -> 
             hits = [p for p in automatic.places if p.name in ordered]
         hits = hits or _by_module(model, pattern, example, automatic)
         chosen.update({p.name: p for p in hits})
-    return Found(list(chosen.values()), f"{len(chosen)} place(s) selected by {', '.join(patterns)}")
+    return Found(list(chosen.values()), f"{counted(len(chosen), 'place')} selected by {', '.join(patterns)}")
 
 
 def _names(pattern: str, name: str) -> bool:
@@ -123,7 +124,7 @@ def _pick_slots(model: Classifier, patterns: list[str], example: Example) -> Fou
         places.append(
             Place(name, c, (h, w), slot=True, gated="" if gates[name] is None else type(gates[name]).__name__)
         )
-    return Found(places, f"{len(places)} block(s) of {model.model_name} with a slot for a gate")
+    return Found(places, f"{counted(len(places), 'block')} of {model.model_name} with a slot for a gate")
 
 
 # --- other people's -------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def _found_by_tracing(model: nn.Module, example: Example) -> Found:
     places, nowhere, additions = _branch_ends(flow)
     how = f"found by {flow.traced_by}"
     if additions:
-        sentence = f"{len(places)} residual branch(es) {how}"
+        sentence = f"{counted(len(places), 'residual branch')} {how}"
         if nowhere:
             sentence += f"; {len(nowhere)} more do not end in a layer that takes a gate ({', '.join(nowhere[:3])})"
     else:
@@ -143,7 +144,7 @@ def _found_by_tracing(model: nn.Module, example: Example) -> Found:
         sentence = (
             f"its additions are of sequences (N, L, C), {how}"
             if tokens
-            else f"no residual additions of maps, so the last layer of each of {len(places)} map size(s), {how}"
+            else f"no residual additions of maps: the last layer of each of {counted(len(places), 'map size')}, {how}"
         )
     if not places:
         first = next((s.module for s in flow.steps if s.convolution and s.module and len(s.shape or ()) == 4), None)
