@@ -545,6 +545,7 @@ def test_the_planned_number_of_seeds_has_the_power():
     assert 0.77 < seen / 2000 < 0.85
 
 
+@pytest.mark.heavy
 def test_gates_get_seeds_until_decided(stand_in, capsys):
     """The stand-in's gates are 2, 3, 4 ... points better than none."""
     report = run_twins("small.yaml", gates=["none", "se", "ge_theta"], out="exp", until="decided", margin=0.5)
@@ -574,6 +575,7 @@ def test_gates_get_seeds_until_decided(stand_in, capsys):
     assert all(line.startswith("cbam") or int(line.rpartition("seed")[2]) > last for line in added)
 
 
+@pytest.mark.heavy
 def test_an_undecided_experiment_ends_with_its_seeds(stand_in):
     report = run_twins("small.yaml", gates=["none", "se"], seeds=3, out="exp", until="decided", quiet=True)
     assert [row["verdict"] for row in report["rows"]] == [None, "undecided"]

@@ -214,6 +214,7 @@ def test_slow_weights_in_single_steps():
     assert same(other.slow, lookahead.slow)
 
 
+@pytest.mark.heavy
 def test_slow_weights_begin_with_the_head_of_a_probe_and_know_the_epochs_that_time_allows(tmp_path):
     train(small("limit_train=64", "train.device=cpu"), run_dir=tmp_path / "from", quiet=True)
     words = ("limit_train=64", "train.device=cpu", "train.lookahead={every: 50, decay: 0.9}", "ema_decay=0")
@@ -330,6 +331,7 @@ def test_the_images_of_the_start_are_of_all_classes(tmp_path):
     assert sorted(seen[:, 0, 0, 0].tolist()) == [0.0] * 4 + [1.0] * 4
 
 
+@pytest.mark.heavy
 def test_fast_training_is_resumed_bit_for_bit(tmp_path):
     recipe = small(*FAST)
     train(recipe, run_dir=tmp_path / "whole", quiet=True)

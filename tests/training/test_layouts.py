@@ -58,6 +58,7 @@ def results_of_layouts(words: tuple[str, ...], folder: Path, layouts=LAYOUTS) ->
     return found
 
 
+@pytest.mark.heavy
 def test_weights_moving_average_and_state_are_the_same_files_on_any_layout(tmp_path):
     first, *others = results_of_layouts(SAME, tmp_path)
     assert len(first) == 4
@@ -65,6 +66,7 @@ def test_weights_moving_average_and_state_are_the_same_files_on_any_layout(tmp_p
         assert other == first
 
 
+@pytest.mark.heavy
 def test_a_run_that_is_resumed_on_another_layout_is_the_same(tmp_path):
     words = (*SAME, "checkpoint.every_steps=1")
     run_job(trained, 1, words, str(tmp_path / "one"), 2)
@@ -74,6 +76,7 @@ def test_a_run_that_is_resumed_on_another_layout_is_the_same(tmp_path):
     assert digests(tmp_path / "other") == digests(tmp_path / "one")
 
 
+@pytest.mark.heavy
 def test_without_it_layouts_differ(tmp_path):
     """Else the tests above would prove nothing."""
     words = ("train.device=cpu", "limit_train=96", "epochs=1", "sync_bn=true")

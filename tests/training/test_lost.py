@@ -240,6 +240,7 @@ ROOTS = (Path(__file__).parents[2], Path(__file__).parents[2] / "src")
         ("200k", "decoded images could not be handed over in shared memory"),
     ],
 )
+@pytest.mark.heavy
 def test_full_shared_memory_is_told(images, tmp_path, size, what):
     """torch drops a batch that does not fit, and then waits for it for ever."""
     program = f"""

@@ -102,6 +102,7 @@ def test_a_run_begins_with_the_probe_and_keeps_it_unless_it_is_beaten(tmp_path, 
     assert log.index("linear probe") < log.index("epoch 1/1")
 
 
+@pytest.mark.heavy
 def test_a_run_that_was_killed_after_the_probe_goes_on_as_if_it_had_not_been(tmp_path, cache):
     recipe = small(*WORDS)
     whole = train(recipe, run_dir=tmp_path / "whole", quiet=True)
@@ -119,6 +120,7 @@ def test_a_run_that_was_killed_after_the_probe_goes_on_as_if_it_had_not_been(tmp
     assert resumed["top1"] == whole["top1"]
 
 
+@pytest.mark.heavy
 def test_a_start_whose_evaluation_fails_is_kept_and_an_unfinished_probe_is_not(tmp_path, cache, monkeypatch):
     """A step 0 without the head of the probe would go on from other weights."""
     expected = train(small(*WORDS), out=tmp_path / "expected", quiet=True)["run"]
@@ -165,6 +167,7 @@ def test_a_head_of_the_same_classes_is_kept(tmp_path, cache, capsys):
     assert metrics(tmp_path / "second", "eval") == evaluated
 
 
+@pytest.mark.heavy
 def test_features_are_computed_once_and_a_damaged_cache_is_made_anew(tmp_path, cache, capsys):
     recipe = small(*WORDS)
     first = train(recipe, out=tmp_path / "runs")

@@ -334,6 +334,7 @@ def test_patience_counts_evaluations_not_epochs(monkeypatch, tmp_path):
     assert (results["last_epoch"], results["best_epoch"]) == (4, 2)
 
 
+@pytest.mark.heavy
 def test_all_processes_stop_together(tmp_path):
     words = (*FEW, "patience=2", "train.device=cpu")
     first, second = jobs.run_job(jobs.train_small_evaluating_to, 2, tmp_path, TOP1, *words)

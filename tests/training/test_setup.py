@@ -106,7 +106,7 @@ DEEP = ["model.name=resnet18", "model.drop_path_rate=0.0"]  # 8 pixels end as a 
             r"layer2.0.bn1 would .* \(train.batch_size=1\); use train.batch_size=2 or more, or a l",
         ),
         ([*DEEP, "batch_size=4", "grad_accumulation=4"], r"\(train.batch_size=4 shared by train.grad_accumulation=4\)"),
-        ([*DEEP, "limit_train=1"], r"\(1 training images in 1 part\(s\)\); use more training images"),
+        ([*DEEP, "limit_train=1"], r"\(1 training images in 1 part\); use more training images"),
         ([*DEEP, "limit_train=5", "grad_accumulation=4"], r"\(5 training images in 4 part"),
         ([*THETA, "batch_size=1"], r"layer1.0.gate.gather.1 of its gate .*another gate or extent"),
         ([*THETA, "batch_size=2", "grad_accumulation=2", "fused=on"], "a smaller train.grad_accumulation"),
@@ -194,7 +194,7 @@ def test_a_share_of_one_image_is_refused_without_synchronised_norms():
             r"\(train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); use train.batch_size=8 or"
         )
         if words:
-            shared = r"\(3 training images in 4 part\(s\)\); use more training images"
+            shared = r"\(3 training images in 4 parts\); use more training images"
         with pytest.raises(ExciteError, match=rf"{shared} .*, or fewer devices, or train.sync_bn=true"):
             check_batch_norms(model, recipe, loader, [])
 
