@@ -35,9 +35,16 @@ def draw(report: Report, path: Path) -> Path:
         panels[0].set_ylim(len(gates) - 0.4, -0.6)  # the first gate on top
         for panel, (draw_panel, _) in zip(panels, drawn, strict=True):
             draw_panel(panel, report)
-        count, unit = report.get("folds") or len(report["seeds"]), _unit(report)
-        figure.suptitle(f"{report['recipe']}: {counted(count, unit)}, {_epochs(report)}")
+        figure.suptitle(f"{report['recipe']}: {_counts(report)}, {_epochs(report)}")
         return write(figure, path, dpi=130)
+
+
+def _counts(report: Report) -> str:
+    """ "3 seeds", "5 folds"; "12 to 14 seeds" where a verdict ends a gate's runs."""
+    if "margin" not in report:
+        return counted(report.get("folds") or len(report["seeds"]), _unit(report))
+    runs = [row["finished"] for row in report["rows"]]
+    return (f"{min(runs)} to " if min(runs) < max(runs) else "") + counted(max(runs), _unit(report))
 
 
 def _epochs(report: Report) -> str:
