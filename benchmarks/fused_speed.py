@@ -1,4 +1,4 @@
-"""A training step with norm, gate, addition and ReLU in two passes against the textbook form, step by step in turns.
+"""A training step with norm, gate and activation in two passes against the textbook form, step by step in turns.
 
     python benchmarks/fused_speed.py seresnet50 resnet50 --batch 16 --size 224
     python benchmarks/fused_speed.py cifar_seresnet20 cifar_resnet20 --batch 64 --size 32 --steps 60

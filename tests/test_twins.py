@@ -1084,6 +1084,30 @@ def test_the_tables_in_the_documentation_are_generated(monkeypatch):
     assert update.fast() in (ROOT / "docs" / "evidence.md").read_text()
 
 
+def test_the_verdicts_in_words_are_those_of_the_rows():
+    """What is decided with its interval and its seeds, and how much what is undecided can gain."""
+    text = (ROOT / "docs" / "evidence.md").read_text().partition("## Verdicts")[2].partition("###")[0]
+    said = " ".join(text.split())
+    report = json.loads((ROOT / "docs" / "img" / "twins-fast-quarter.json").read_text())
+    base, *gates = report["rows"]
+    for row in gates:
+        difference, low, high = (f"{row[key]:+.2f}" for key in ("difference", "difference_low", "difference_high"))
+        if row["verdict"] == "undecided":
+            assert re.search(rf"{high[1:]}\b", said), row["gate"]
+            assert f"after {row['finished']} seeds" in said
+        else:
+            assert difference in said, row["gate"]
+            assert f"{low} to {high}" in said
+            assert f"decided after {row['finished']} seeds" in said
+    wide = [row["beside"]["robust_top1"] for row in gates]
+    assert all(found["difference_low"] < 0 < found["difference_high"] for found in wide), "no gate shows a difference"
+    costs = [row["latency_ms"] - base["latency_ms"] for row in gates]
+    assert f"between {min(costs):.1f} and {max(costs):.1f} ms of the {base['latency_ms']:.2f} ms" in said
+    calibration = {row["gate"].partition(":")[0]: row["beside"]["ece"]["difference"] for row in gates}
+    assert f"GE-θ+ is off by {calibration['ge_theta_plus']:.1f} points more" in said
+    assert f"CBAM by {-calibration['cbam']:.2f} less, ECA by {calibration['eca']:.1f} more" in said
+
+
 def test_an_experiment_that_was_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
     """A dead process's temporary file is not another file in the folder."""
     from excite.owners import names_in

@@ -81,7 +81,7 @@ class ModelConfig(Section):
     )
     fused: Annotated[Literal["auto", "on", "plain", "off"], NEUTRAL] = Field(
         "auto",
-        description="norm, gate, addition and ReLU in two passes: where faster, always, in plain PyTorch, or never",
+        description="norm, gate and activation in two passes: where faster, always, in plain PyTorch, or never",
     )
     options: Annotated[dict[str, Any], NETWORK] = Field(
         default_factory=dict, description="further arguments of create_model, such as gate options"

@@ -54,7 +54,7 @@ class Setting:
         precision: "auto", "fp32", "bf16", "fp16".
         channels_last: memory layout of weights and images.
         compile: torch.compile mode, or "off".
-        fused: for excite models: how norm, gate, addition and ReLU run (``create_model(fused=...)``).
+        fused: for excite models: how norm, gate, addition and activation run (``create_model(fused=...)``).
         fused_sgd: for training: use PyTorch's fused SGD kernel.
         device: "auto", "cpu", "cuda" ...
         threads: CPU threads; None: the default of the environment.

@@ -46,6 +46,14 @@ def activate(z: Tensor, act: int, inplace: bool = False) -> Tensor:
     return z.relu_() if act == RELU and inplace else _FUNCTIONS[act](z)
 
 
+def derivative_from(act: int, added: Tensor | None, out: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What the derivative behind an addition is computed from, beside what the backward pass reads anyway: what was
+    added, or, for a ReLU, its output, which the next layer mostly keeps as well."""
+    if act == LINEAR:
+        return None, None
+    return (None, out) if act == RELU else (added, None)
+
+
 def differentiate(grad: Tensor, z: Tensor, act: int) -> Tensor:
     """``grad`` times the derivative at ``z``; for a ReLU, ``z`` may be its output."""
     return grad if act == LINEAR else _BACKWARD[act](grad, z)

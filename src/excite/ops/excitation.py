@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.ops import native, reference
-from excite.ops.activations import LINEAR, RELU, activate, number_of
+from excite.ops.activations import LINEAR, RELU, activate, derivative_from, number_of
 from excite.ops.boundaries import is_traced, one_node
 
 
@@ -85,8 +85,7 @@ class _NativeExciteResidual(torch.autograd.Function):
         s = scale.float().contiguous()
         out = native.apply(x, native.no_norm(x), s, identity, act)
         ctx.act = act
-        of_curve = identity if act not in (LINEAR, RELU) else None
-        ctx.save_for_backward(x, scale, of_curve, out if act == RELU else None)
+        ctx.save_for_backward(x, scale, *derivative_from(act, identity, out))
         return out
 
     @staticmethod

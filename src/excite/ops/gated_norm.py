@@ -36,7 +36,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError, nearest
 from excite.ops import native, plain, triton_kernels
-from excite.ops.activations import LINEAR, RELU, activate, number_of
+from excite.ops.activations import LINEAR, activate, derivative_from, number_of
 from excite.ops.boundaries import is_plain, is_recorded
 from excite.ops.excitation import excite_residual, spatial_mean
 from excite.ops.native import GradSums, Statistics
@@ -345,7 +345,7 @@ class NormAdd(torch.autograd.Function):
         known = passes.statistics(y, weight, bias, eps, running, momentum)
         out = passes.apply(y, known, None, identity, act, None)
         ctx.passes, ctx.act, ctx.added = passes, act, identity is not None
-        ctx.save_for_backward(y, known.packed, *_for_act(act, identity, out))
+        ctx.save_for_backward(y, known.packed, *derivative_from(LINEAR if identity is None else act, identity, out))
         return out
 
     @staticmethod
@@ -501,16 +501,8 @@ def save_for_apply_backward(
 ) -> None:
     """Save what the backward pass reads, and no more."""
     ctx.act, ctx.added = act, identity is not None
-    add, out_kept = _for_act(act, identity, out)
+    add, out_kept = derivative_from(LINEAR if identity is None else act, identity, out)
     ctx.save_for_backward(y, packed, s, add if packed_add is None else identity, packed_add, out_kept)
-
-
-def _for_act(act: int, identity: Tensor | None, out: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What the derivative of an activation needs beside ``y``, which is read anyway: what was added to it, or, for a
-    ReLU, its output, which the next layer mostly keeps as well."""
-    if act == LINEAR or identity is None:
-        return None, None
-    return (None, out) if act == RELU else (identity, None)
 
 
 def apply_backward(ctx: Any, passes: BackwardPasses, grad: Tensor) -> tuple[Tensor | None, ...]:
